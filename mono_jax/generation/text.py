@@ -65,8 +65,7 @@ class TextStream:
         if (found := min(((at, s) for s in self._stop if (at := text.find(s)) >= 0), default=None)) is not None:
             self._held, self.stopped_by = "", found[1]
             return text[: found[0]]
-        keep = max((begun.after(new) for begun in self._begun), default=0)
-        keep = 0 if end else keep
+        keep = 0 if end else max((begun.after(new) for begun in self._begun), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

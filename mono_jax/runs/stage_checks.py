@@ -13,7 +13,7 @@ from data_pipelines import strict
 from data_pipelines.config import DataConfig
 from data_pipelines.errors import DataError
 from mono_jax import tree
-from mono_jax.errors import ConfigError, WeightsError, unknown_key
+from mono_jax.errors import ConfigError, WeightsError
 from mono_jax.models.adapters import Adapters
 from mono_jax.models.architecture import Architecture
 from mono_jax.models.presets import preset
@@ -56,7 +56,7 @@ def check_stages(config: EvipConfig, base: Architecture | None, on_devices: bool
         try:
             if config.stage_name(folder) != "S0":
                 here = stages.with_vision(init, here)
-            _check_replay(folder, stages)
+            stages.check_replay(folder)
             if on_devices and (model := config.scores.get(folder, folder)) not in config.stages:
                 model_config(model)  # a folder with the model that gives the scores
             here = check_run(stages.stage_config(folder, init), here, on_devices)
@@ -79,21 +79,14 @@ def check_run(run: RunConfig, base: Architecture | None, on_devices: bool = Fals
         _check_names(run)
         return None
     config = architecture_of(run, base and _with_vocabulary(base, run))
-    params = _params(config, run.adapters(config))
-    make_optimizer(run.resolved_stage(), config, params, run.steps or 1, run.optim)
     check_slots(config, run.execution, run.data)
-    DataConfig.from_dict(strict.to_dict(run.data) | dict(run.evaluation.data))
     if on_devices:
         rows_of(Program.build(run, run.steps or 1, architecture=config))
+    else:
+        params = _params(config, run.adapters(config))
+        make_optimizer(run.resolved_stage(), config, params, run.steps or 1, run.optim)
+        DataConfig.from_dict(strict.to_dict(run.data) | dict(run.evaluation.data))
     return config
-
-
-def _check_replay(folder: str, stages: StageConfigs) -> None:
-    """Also if the stage has sources of its own, to which nothing is added."""
-    known = stages.manifest["stages"] or stages.config.stages
-    for other in stages.config.replay.get(folder, ()):
-        if other not in known:
-            raise unknown_key(f"stage in config.replay.{folder}", other, known)
 
 
 def _check_names(run: RunConfig) -> None:

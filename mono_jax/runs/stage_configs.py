@@ -10,7 +10,7 @@ from mono_jax.errors import ConfigError, unknown_key
 from mono_jax.models.architecture import Architecture
 from mono_jax.runs.config import EvipConfig, RunConfig
 from mono_jax.runs.sets import with_heldout
-from mono_jax.weights.upcycle import upcycled
+from mono_jax.weights.upcycle import has_experts, upcycled
 
 
 class StageConfigs:
@@ -47,11 +47,7 @@ class StageConfigs:
         config = self.config
         if not init:
             raise ConfigError("config.init is missing: the first stage with images needs a base language model")
-        if known is None or (
-            known.vision is not None
-            and known.visual_ffn_experts >= config.visual_experts
-            and known.visual_attention_experts >= config.attention_experts
-        ):
+        if known is None or has_experts(known, config.visual_experts, config.attention_experts):
             return known
         return upcycled(known, config.vision, config.visual_experts, config.attention_experts)
 
@@ -75,13 +71,19 @@ class StageConfigs:
         if replay and any("weight" in source for source in own):  # keep their proportions
             scale = rest / sum(source["weight"] for source in own)
             own = [{**source, "weight": source["weight"] * scale} for source in own]
-        for other in replay:
-            if other not in self.manifest["stages"]:
-                raise unknown_key(f"stage of the sets in config.replay.{folder}", other, self.manifest["stages"])
+        self.check_replay(folder)
         mixed = [source for other, share in replay.items() for source in self._replayed(other, share)]
         sources = self.scored(folder, [*own, *mixed]) if folder in self.config.scores else [*own, *mixed]
         filters = self.config.filters.get(folder, {})
         return [_filtered(source, filters) if filters else source for source in sources]
+
+    def check_replay(self, folder: str) -> None:
+        """Raises ConfigError for a stage to replay that there is not, even where it adds nothing to a stage's own
+        sources."""
+        known = self.manifest["stages"] or self.config.stages
+        for other in self.config.replay.get(folder, ()):
+            if other not in known:
+                raise unknown_key(f"stage in config.replay.{folder}", other, known)
 
     def scored(self, folder: str, sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The stage's sources with the scores that ``config.scores`` asks for; here without them."""

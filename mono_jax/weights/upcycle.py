@@ -89,16 +89,21 @@ def upcycled(
     """The architecture of what ``upcycle`` makes of ``config``'s model, with its vocabulary; raises ConfigError."""
     if config.vision is not None and not config.is_monolithic:
         raise ConfigError("a modular model has a vision encoder: visual experts go into a dense or monolithic one")
-    if (
-        config.vision
-        and config.visual_ffn_experts >= ffn_experts
-        and config.visual_attention_experts >= attention_experts
-    ):
+    if has_experts(config, ffn_experts, attention_experts):
         raise ConfigError("the model already has these visual experts")
     return config.replace(
         vision=config.vision or vision or VisionConfig(),
         visual_ffn_experts=config.visual_ffn_experts or ffn_experts,
         visual_attention_experts=config.visual_attention_experts or attention_experts,
+    )
+
+
+def has_experts(config: Architecture, ffn_experts: bool, attention_experts: bool) -> bool:
+    """Whether the model sees, and has these visual experts."""
+    return (
+        config.vision is not None
+        and config.visual_ffn_experts >= ffn_experts
+        and config.visual_attention_experts >= attention_experts
     )
 
 

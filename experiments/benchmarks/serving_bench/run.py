@@ -184,13 +184,13 @@ def _turn(engine: Engine, requests: Sequence[Request], concurrency: int) -> dict
 
 def _summary(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Medians, of those that were measured; of the counts, the worst."""
+    worst = {"compilations": max, "equal_bare_answers": min}
     found: dict[str, Any] = {}
     for key in turns[0]:
+        if key == "requests":
+            continue
         values = [turn[key] for turn in turns if turn[key] is not None]
-        if key in ("compilations", "equal_bare_answers"):
-            found[key] = (max if key == "compilations" else min)(values)
-        elif key != "requests":
-            found[key] = statistics.median(values) if values else None
+        found[key] = worst.get(key, statistics.median)(values) if values else None
     return found | {"turns": turns}
 
 

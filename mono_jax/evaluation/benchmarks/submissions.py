@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipelines.io import publish
 from mono_jax.errors import ConfigError
+from mono_jax.evaluation.benchmarks.reading.columns import is_picture
 from mono_jax.evaluation.benchmarks.reading.example import Example
 from mono_jax.evaluation.metrics import choices, mmmu
 
@@ -75,15 +76,14 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "mmmu": ("id",),
     "mmbench": ("index",),
 }
-_PICTURES = (".jpg", ".jpeg", ".png")
 
 
 def lacking(format_: str, values: Mapping[str, Any], example: Example) -> str:
     """What a row with hidden answers lacks for its answer to be submitted; "" if nothing."""
     if format_ in KEYS:
         return "" if any(name in values for name in KEYS[format_]) else f"no {' or '.join(KEYS[format_])}"
-    named = [Path(picture.name).suffix.lower() in _PICTURES for picture in example.pictures]
-    return "" if named[:1] == [True] else "no picture with a name like 1.jpg, as image or image_path"
+    named = any(is_picture(picture.name) for picture in example.pictures[:1])
+    return "" if named else "no picture with a name like 1.jpg, as image or image_path"
 
 
 def check(format_: str) -> None:

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from mono_jax.errors import ConfigError
 from mono_jax.serving.api import errors
 from mono_jax.serving.api.answers import chat, completions, shapes
-from mono_jax.serving.api.errors import FAILED, ApiError
+from mono_jax.serving.api.errors import FAILED
 from mono_jax.serving.api.guard import VISIT, Guard
 from mono_jax.serving.api.requests.parsing import route_class
 from mono_jax.serving.api.requests.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -127,11 +127,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
     @app.post("/detokenize", responses=_ERRORS)
     async def detokenize(body: DetokenizeRequest, request: HttpRequest) -> shapes.Text:
         service.check_model(body.model)
-        if len(body.tokens) > (most := service.engine.config.max_length):
-            why = f"{len(body.tokens)} tokens are more than {most}, the limit of a request (max_length)"
-            raise ApiError(400, why, param="tokens", code="context_length_exceeded")
-        if (largest := max(body.tokens, default=0)) >= service.engine.architecture.vocab_size:
-            raise ApiError(400, f"token {largest} is outside the vocabulary", param="tokens")
+        service.prompts.check_ids(body.tokens, "tokens")
         work = service.with_text(tokenizer.decode, body.tokens)
         return shapes.Text(prompt=await _visit(request).within(work))
 

@@ -181,7 +181,12 @@ class Pictures:
 def _picture_name(row: Row) -> str:
     """What the benchmark calls the row's picture, "" if nothing. lmms-lab's MME has it as the id of both questions."""
     name = str(row.values.get("question_id", ""))
-    return str(row.values.get("image_path", name if name.lower().endswith((".jpg", ".jpeg", ".png")) else ""))
+    return str(row.values.get("image_path", name if is_picture(name) else ""))
+
+
+def is_picture(name: str) -> bool:
+    """Whether it is the name of a picture's file, as benchmarks write it."""
+    return Path(name).suffix.lower() in (".jpg", ".jpeg", ".png")
 
 
 def _is_encoded(text: str) -> bool:

@@ -32,21 +32,19 @@ class TokenTexts:
     def __init__(self, tokenizer: Tokenizer, begin: int = 0, unseen: int = 0):
         """``begin``: where the first token's text begins. ``unseen``: the number of first tokens that have no text."""
         self._tokenizer, self._stream = tokenizer, TextStream(tokenizer)
-        self._length, self._unseen, self._begins = begin, unseen, True
+        self._length, self._unseen, self._count = begin, unseen, 0
 
     def add(self, token: int, others: Sequence[int] = ()) -> tuple[str, int, list[str]]:
         """The text of the next token, where it begins, and the texts of ``others`` in its place."""
-        alone = self._unseen > 0 or self._begins
-        texts = {other: (token_text if alone else _text_within)(self._tokenizer, other) for other in others}
+        written = token_text if self._count <= self._unseen else _text_within
         text, begin = self._add(token)
-        return text, begin, [(texts | {token: text})[other] for other in others]
+        return text, begin, [text if other == token else written(self._tokenizer, other) for other in others]
 
     def _add(self, token: int) -> tuple[str, int]:
         begin, was_whole = self._length, self._stream.is_whole
-        if self._unseen:
-            self._unseen -= 1
+        self._count += 1
+        if self._count <= self._unseen:
             return token_text(self._tokenizer, token), begin
-        self._begins = False
         text = self._stream.add([token])
         self._length += len(text)
         return text if was_whole and self._stream.is_whole else token_text(self._tokenizer, token), begin

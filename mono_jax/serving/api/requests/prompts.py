@@ -149,16 +149,20 @@ class PromptMaker:
     def plain(self, prompt: str | list[int]) -> Prompt:
         """A text unchanged, with the BOS token in front if the model has one; token ids unchanged."""
         ids = self.encode(prompt, begin=True) if isinstance(prompt, str) else prompt
-        if len(ids) > self._max_length:
-            raise self._too_long(f"{len(ids)} tokens are more than {self._max_length}", "prompt")
-        if max(ids, default=0) >= self._vocabulary:
-            raise ApiError(400, f"token {max(ids)} is outside the vocabulary of {self._vocabulary}", param="prompt")
+        self.check_ids(ids, "prompt")
         if not ids:
             raise ApiError(400, "the prompt is empty, and this model has no BOS token", param="prompt")
         try:
             return self._prepare(Prompt(np.array(ids, np.int32)))
         except GenerationError as error:
             raise of_engine(error, "prompt") from None
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Raises ApiError 400 for more tokens than a request may have, or for one outside the vocabulary."""
+        if len(ids) > self._max_length:
+            raise self._too_long(f"{len(ids)} tokens are more than {self._max_length}", param)
+        if max(ids, default=0) >= self._vocabulary:
+            raise ApiError(400, f"token {max(ids)} is outside the vocabulary of {self._vocabulary}", param=param)
 
     def encode(self, text: str, begin: bool) -> list[int]:
         """Raises ApiError 400 for a text that is longer than any prompt may be."""
